@@ -5,11 +5,11 @@ from job.spec.types import JobSpec
 
 
 def why_eager(
-    spec: JobSpec, *, on_gpu: bool, padding_free: bool, tried: str | None = None
+    spec: JobSpec, *, on_gpu: bool, padding_free: bool, trial_obstacle: str | None = None
 ) -> str | None:
     """Why the passes cannot be captured; None if they can.
 
-    `tried` is why the trial of capturing left it; None if it took it, or there was none.
+    `trial_obstacle` is why the trial of captures failed; None if it succeeded, or there was none.
     """
     train, lora = spec.train, spec.lora
     reasons = {
@@ -21,4 +21,4 @@ def why_eager(
         or not is_plain(lora),
         "train.neftune_noise_alpha draws noise in each pass": train.neftune_noise_alpha is not None,
     }
-    return next((reason for reason, holds in reasons.items() if holds), tried)
+    return next((reason for reason, holds in reasons.items() if holds), trial_obstacle)

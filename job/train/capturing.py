@@ -1,5 +1,6 @@
 """Captures the passes of a training, in the buckets that its micro-batches fall into."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -46,7 +47,7 @@ def _why_eager(context: TrainContext, adapted: AdaptedModel) -> str | None:
         context.spec,
         on_gpu=context.engine.device.type != "cpu",
         padding_free=adapted.padding_free,
-        tried=context.ways.obstacle(CAPTURED),
+        trial_obstacle=context.ways.obstacle(CAPTURED),
     )
 
 
@@ -67,6 +68,29 @@ def capture_training(
         say = log.debug if context.engine.device.type == "cpu" else log.info
         say("passes are not captured as graphs", reason=reason)
         return None
+    examples, shapes = _planned_shapes(spec, rows)
+    buckets = choose_buckets(shapes, context.family.bucket)
+    if spec.train.gradient_checkpointing:
+        gradient_checkpointing.enable(adapted.model, draws=False)
+    steps = _captured_steps(context, rows, adapted, buckets, examples, capture)
+    if steps is None:
+        return None
+    captured = CapturedTraining(steps=steps, buckets=buckets)
+    log.info(
+        "passes are captured as graphs",
+        graphs=len(buckets.shapes),
+        tokens=", ".join(f"{shape.tokens:,}" for shape in buckets.shapes),
+        padding=f"{buckets.padding:.1%}",
+        took=log.seconds(steps.seconds),
+    )
+    return captured
+
+
+def _planned_shapes(
+    spec: JobSpec, rows: TrainingRows
+) -> tuple[dict[PackedShape, list[int]], list[PackedShape]]:
+    """The rows of a batch of each shape, and the shapes of all batches that the training will have;
+    of a long training, of the first ones."""
     batches = planned_batches(planned_sampler(spec, rows, padding_free=True), spec.train)
     examples: dict[PackedShape, list[int]] = {}
     shapes: list[PackedShape] = []
@@ -74,15 +98,24 @@ def capture_training(
         numbers = [max(row, 0) for row in batch]  # a dummy row is a copy of the first one
         shapes.append(rows.filtered.sizes.shape(numbers))
         examples.setdefault(shapes[-1], numbers)
-    buckets = choose_buckets(shapes, context.family.bucket)
+    return examples, shapes
 
-    def inputs(rows_of_batch: list[int], bucket: PackedShape | None) -> Inputs:
+
+def _captured_steps(
+    context: TrainContext,
+    rows: TrainingRows,
+    adapted: AdaptedModel,
+    buckets: Buckets,
+    examples: Mapping[PackedShape, Sequence[int]],
+    capture: Capture | None,
+) -> CapturedSteps | None:
+    """The captured passes, one for each bucket; None, with a warning, if any process fails."""
+
+    def inputs(rows_of_batch: Sequence[int], bucket: PackedShape | None) -> Inputs:
         encoded = [rows.dataset.row(row) for row in rows_of_batch]
         packed = context.family.pack(encoded, bucket)
         return cast(Inputs, dict(to_device(packed, context.engine.device)))
 
-    if spec.train.gradient_checkpointing:
-        gradient_checkpointing.enable(adapted.model, draws=False)
     without_images = next((batch for shape, batch in examples.items() if not shape.images), None)
     steps: CapturedSteps | None = None
     failure = "it failed in another process"
@@ -98,18 +131,10 @@ def capture_training(
         )
     except CaptureFailed as error:
         failure = str(error)
-    if process_group.any_rank(steps is None) or steps is None:
-        if steps is not None:
-            steps.release()
-        release_memory()
-        log.warn("passes are not captured as graphs", reason=failure)
-        return None
-    captured = CapturedTraining(steps=steps, buckets=buckets)
-    log.info(
-        "passes are captured as graphs",
-        graphs=len(buckets.shapes),
-        tokens=", ".join(f"{shape.tokens:,}" for shape in buckets.shapes),
-        padding=f"{buckets.padding:.1%}",
-        took=log.seconds(steps.seconds),
-    )
-    return captured
+    if not process_group.any_rank(steps is None):
+        return steps
+    if steps is not None:
+        steps.release()
+    release_memory()
+    log.warn("passes are not captured as graphs", reason=failure)
+    return None

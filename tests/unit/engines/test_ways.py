@@ -311,7 +311,7 @@ def test_attention_by_boundaries_is_compared_with_the_grid_and_left_where_it_fai
 
 
 def test_what_a_trial_left_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    eager = why_eager(spec(), on_gpu=True, padding_free=True, tried="HIP graphs fail")
+    eager = why_eager(spec(), on_gpu=True, padding_free=True, trial_obstacle="HIP graphs fail")
     assert eager == "HIP graphs fail"
     monkeypatch.setattr("job.engines.device._has_bitsandbytes", lambda: True)
     automatic = replace(spec().train, optim="auto")
