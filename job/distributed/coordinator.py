@@ -26,11 +26,11 @@ T = TypeVar("T")
 
 JOIN_SECONDS = 1800.0
 """How long to wait for all processes to start; nodes may have to boot and pull images."""
+HEARTBEAT_SECONDS = 1.0
 LOST_SECONDS = 120.0
 """How long a process may be silent before it counts as dead."""
-HEARTBEAT_SECONDS = 1.0
 SILENT_SECONDS = 4 * HEARTBEAT_SECONDS
-"""The same, for a process whose connection has broken."""
+"""The same, once a connection has broken or the job is ending."""
 POLL_SECONDS = 0.2
 EXIT_SECONDS = 10.0
 """How long rank 0 waits at the end for the others to notice."""
@@ -272,7 +272,7 @@ class Coordinator:
         if self._has(ERROR):
             signals.abandon(_from_json(self._get(ERROR, dict)))
         if self._has(LOST) and not self._lost.is_set():
-            # Rank 0 itself waits for a rank that is alive, and waits for the dead one.
+            # Rank 0 has not noticed: it waits for a live rank, which waits for the dead one.
             signals.abandon(_peer_lost(self._silent_ranks(SILENT_SECONDS), self._get(LOST, str)))
         if silent := self._silent_ranks(LOST_SECONDS):
             signals.abandon(_peer_lost(silent, f"silent for {log.duration(LOST_SECONDS)}"))

@@ -1,4 +1,4 @@
-"""The engine protocol: what loads a model, adapts it and compiles it for training.
+"""The engine protocol: an engine loads models on its device, and attaches adapters to them.
 
 Every engine trains with the same `StepTrainer` (`job.engines.trainer`).
 """

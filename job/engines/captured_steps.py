@@ -20,6 +20,7 @@ from job.engines.flat_gradients import FlatGradients
 from job.families.batches import MicroBatch, model_inputs
 
 Inputs = dict[str, torch.Tensor]
+"""The tensors of a batch, with their shapes in `job.families.batches`."""
 Work = Callable[[], None]
 Capture = Callable[[Work], Work]
 """Captures what the work launches; the result launches it again."""
@@ -99,7 +100,7 @@ class CapturedSteps:
         self._gradients.attach(self._of_images)
 
     def forward_backward(self, batch: MicroBatch, share: float) -> torch.Tensor:
-        """Adds the gradients of the batch's loss times `share`; returns that product, a scalar.
+        """Adds the gradients of the batch's loss times `share`; returns that product ().
 
         The result is valid until the next call. Runs eagerly if the batch is in no bucket.
         """

@@ -168,8 +168,8 @@ def resolve_optim(
 ) -> str:
     """The optimizer's name for Transformers.
 
-    `eight_bit_obstacle` is why the trial of 8-bit optimizers left them; None if it took them, or
-    there was none. Raises SpecError, naming a substitute, if this machine does not support the
+    `eight_bit_obstacle` is why 8-bit optimizers failed their trial; None if they passed, or were
+    not tried. Raises SpecError, naming a substitute, if this machine does not support the
     optimizer, which is that of the spec's `section`.
     """
     substitute = "adamw_torch" if accelerator.kind == "cpu" else "adamw_torch_fused"

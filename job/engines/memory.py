@@ -125,18 +125,18 @@ def estimate(
     rows: Sequence[RowSize],
     accelerator: Accelerator,
     *,
-    bounded: bool | None = None,
+    varlen: bool | None = None,
     processes: int = 1,
 ) -> MemoryEstimate | None:
     """Peak memory with a micro-batch of these rows; None if the family cannot estimate it.
 
     `model` is the architecture on the meta device. `train.gradient_checkpointing: auto` counts as
-    true, which needs the least. `bounded` tells whether the device's trial took attention by
-    boundaries; None if it was not tried, as in a plan. `processes` divide what a spec shards.
+    true, which needs the least. `varlen` tells whether the device's trial took variable-length
+    attention; None if it was not tried, as in a plan. `processes` divide what a spec shards.
     """
     full = spec.lora.method == "full"
     dtype = resolve_dtype(spec.model, spec.lora, accelerator)
-    step = _step(family, spec, accelerator, bounded)
+    step = _step(family, spec, accelerator, varlen)
     trained, count, gate_up = _trained(family, model, spec)
     step = replace(step, gate_up_adapters=ADAPTERS if gate_up else 1)
     saved = family.activation_memory(model.config, trained, rows, step)
@@ -173,7 +173,7 @@ def estimate(
 
 
 def _step(
-    family: type[Family], spec: JobSpec, accelerator: Accelerator, bounded: bool | None
+    family: type[Family], spec: JobSpec, accelerator: Accelerator, varlen: bool | None
 ) -> StepSettings:
     """The settings that determine which activations a step saves on this device."""
     dtype = resolve_dtype(spec.model, spec.lora, accelerator)
@@ -186,10 +186,9 @@ def _step(
     packed = why_padded(spec, family, patches_forward=spec.model.engine == "unsloth") is None
     attention: str = spec.model.attn_implementation
     if attention == "auto":
-        if bounded is None:  # measured on CUDA; on ROCm the padded grid, which needs more
-            bounded = accelerator.kind == "cuda"
-        varlen = bounded and on_gpu and width == BF16 and packed
-        attention = VARLEN if varlen else "sdpa"
+        if varlen is None:  # measured on CUDA; on ROCm the padded grid, which needs more
+            varlen = accelerator.kind == "cuda"
+        attention = VARLEN if varlen and on_gpu and width == BF16 and packed else "sdpa"
     return StepSettings(
         itemsize=width,
         autocast=autocast,
@@ -245,9 +244,9 @@ def _unpacked_bytes(model: "PreTrainedModel", width: int, spec: JobSpec) -> int:
 
 
 def _gathered_bytes(model: "PreTrainedModel", width: int, spec: JobSpec, step: StepSettings) -> int:
-    """What FSDP2 holds of whole layers: the weights of a block that is computed, and of the next,
-    which are gathered meanwhile; if they are trained, the gradients, and once more as they are
-    reduced; and what is in no block. An adapter's are small beside them."""
+    """What FSDP2 gathers at one time: the weights of the current block, of the next one, which it
+    prefetches, and of all that is in no block. If the weights are trained, also their gradients,
+    twice while they are reduced. An adapter's weights are too small to count."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     blocks = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]

@@ -180,9 +180,9 @@ def autocast_forward(model: torch.nn.Module, device: torch.device) -> None:
 def drop_zero_gradients(model: torch.nn.Module) -> None:
     """Removes gradients that are zero in all processes.
 
-    After a step without an image these are of the weights that only images reach. In one process
-    they have none then, and the optimizer leaves them alone; for zeros it would move them by its
-    momentum.
+    After a step without an image, those of weights that only images reach are. A single process
+    has no gradients for them, so the optimizer leaves these weights alone; with zero gradients its
+    momentum would move them.
     """
     given = [each for each in model.parameters() if each.grad is not None]
     used = torch.stack([local_shard(each.grad).any() for each in given if each.grad is not None])

@@ -53,11 +53,11 @@ RATE_PREFIX = "learning_rate/"
 def attach_gradient(
     loss: "torch.Tensor", model: "torch.nn.Module", *, all_weights: bool = False
 ) -> "torch.Tensor":
-    """Connects a loss that depends on no trained weight to all of them, with zero gradients.
+    """Connects a loss () that depends on no trained weight to all of them, with zero gradients.
 
     This happens if only the vision tower is trained and a micro-batch has no image. DDP reduces
     gradients across processes, so no process may skip a backward pass. With `all_weights`, a loss
-    that depends on some is connected too: optimizers pass over weights without a gradient.
+    that depends on some is connected too: optimizers skip weights without a gradient.
     """
     if loss.requires_grad and not all_weights:
         return loss

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Trained(Protocol):
-    """What is read of a training that has ended."""
+    """What `load_best` reads of a training that has ended."""
 
     @property
     def spec(self) -> JobSpec: ...

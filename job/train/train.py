@@ -122,7 +122,7 @@ def _log_start(
 
 
 def _log_options(train: TrainSpec) -> None:
-    """Logs what is not as usual about the step."""
+    """Logs options of the step that are off by default."""
     own = {"vision_tower": train.vision_tower_lr, "lora_b_times": train.loraplus_lr_ratio}
     given = {name: value for name, value in own.items() if value is not None}
     if given:

@@ -170,13 +170,13 @@ def pass_memory(context: TrainContext, rows: TrainingRows) -> PassMemory:
         return family.meta_model()
 
     tried = context.ways.of(ATTENTION)
-    bounded = None if tried is None else tried.taken
+    varlen = None if tried is None else tried.taken
 
     def estimate(train: TrainSpec, batch: Sequence[int]) -> MemoryEstimate | None:
         sizes = [size(max(row, 0)) for row in batch]  # a dummy row is a copy of the first
         changed = replace(spec, train=train)
         return memory.estimate(
-            type(family), skeleton(), changed, sizes, context.accelerator, bounded=bounded
+            type(family), skeleton(), changed, sizes, context.accelerator, varlen=varlen
         )
 
     return estimate

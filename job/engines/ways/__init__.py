@@ -53,7 +53,7 @@ class Ways:
         return next(found, None)
 
     def obstacle(self, way: str) -> str | None:
-        """Why the way was left; None if it was taken or not tried, so that its use will tell."""
+        """Why the trial rejected the way; None if it took it, or none ran: its use will tell."""
         outcome = self.of(way)
         return None if outcome is None or outcome.taken else outcome.reason
 
@@ -184,14 +184,14 @@ def computing(model: "PreTrainedModel", engine: Engine) -> dict[str, str]:
     from job.families.base import SORTED_EXPERTS
 
     half = engine.autocast or engine.dtype in (torch.bfloat16, torch.float16)
-    bounded = half and getattr(model, "varlen", False)
+    varlen = half and getattr(model, "varlen", False)
     experts = getattr(model.config, "_experts_implementation", None)
     if experts == SORTED_EXPERTS:
         from job.families.grouped_products.choice import choose
 
         experts = f"{experts}: {choose(model.device, model.dtype).way}"
     return {
-        "attention": "by boundaries" if bounded else "in a padded grid",
+        "attention": "by boundaries" if varlen else "in a padded grid",
         **({} if experts is None else {"routed experts": experts}),
     }
 
