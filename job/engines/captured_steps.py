@@ -85,10 +85,10 @@ class CapturedSteps:
         self._gradients.attach()
 
     def finish_step(self, images: int) -> None:
-        """Completes the gradients of a step whose rows, in all processes, have so many images.
+        """Completes the gradients of a step; `images` counts those of all processes' rows.
 
-        Averages them over the processes. Without an image, parameters that only images reach have
-        none, as in an eager step: the optimizer would move them by its momentum.
+        Averages gradients over the processes. Without an image, parameters that only images reach
+        get none, as in an eager step: the optimizer would move them by its momentum.
         """
         self._gradients.average()
         if not images:

@@ -166,7 +166,10 @@ def stream_answer(
 
 
 def _halved_until_it_fits(attempt: Callable[[int], T], rows: int, what: str) -> T:
-    """The result with at most so many rows at once; runs out of memory only with one row."""
+    """The result of `attempt` with `rows` rows at once, or half as many until they fit into memory.
+
+    Raises the error of a single row that does not fit.
+    """
     while True:
         try:
             return attempt(rows)

@@ -23,7 +23,7 @@ USED_SHARE = 0.7
 HIDDEN_STATES_A_TOKEN = 64
 """Values of a prompt's token that are in memory at once, as multiples of the hidden size."""
 DECODED_PROMPT_TOKENS = 4096
-"""The family's decoder computes prompts in parts of at most so many tokens, or of one prompt."""
+"""The most prompt tokens that the family's decoder computes at once, unless one prompt has more."""
 
 
 def rows_at_once(

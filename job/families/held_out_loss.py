@@ -73,7 +73,7 @@ class SummedLoss:
         self.supervised = 0
 
     def add(self, batch: Batch, supervised: int) -> None:
-        """Adds a batch with so many supervised tokens; 0 computes the batch and does not count it.
+        """Adds a batch with `supervised` supervised tokens; 0 computes it without counting it.
 
         Raises an error of the device if the batch does not fit.
         """

@@ -2,8 +2,8 @@
 
 The measurements are the results of `benchmarks/reference_job.py`: `reference-*.json`, each with one
 job or several. Rates are fitted by least squares of the relative errors over all jobs of a device
-and a kind of model; a small weight pulls them to the rates of `stage_work.RATES`, so that one job
-is enough, and its stages are met all the same.
+and a kind of model. A small weight pulls them to the rates of `stage_work.RATES`, so that one job
+is enough; the fit still reproduces its stages.
 """
 
 import json
@@ -153,7 +153,8 @@ def fit(jobs: Sequence[MeasuredJob], *, on_gpu: bool) -> dict[str, float]:
     measured = np.array(rows)  # (stages of all jobs, rates), in multiples of the start values
     matrix = np.concatenate([measured, PULL * np.eye(len(names))])
     multiples = np.ones(len(names))
-    # Each round is pulled to the one before, so that a device far from the start values is met too.
+    # Each round is pulled to the one before, so that the fit also reaches devices whose rates are
+    # far from the start values.
     for _ in range(ROUNDS):
         wanted = np.concatenate([np.ones(len(rows)), PULL * multiples])
         free = np.ones(len(names), dtype=bool)

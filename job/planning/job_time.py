@@ -1,4 +1,4 @@
-"""The time and cost of every stage of a job and of the whole, as a plan tells them."""
+"""The time and cost of every stage of a job, and of the whole, for a plan."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace

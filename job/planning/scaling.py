@@ -1,7 +1,7 @@
-"""How much of a process's speed is left when several train together, by measurement.
+"""How fast several processes train together, compared with as many independent ones, as measured.
 
-The measurements are the results of `benchmarks/processes.py`: `processes-*.json`. Other processes
-take time to average gradients with, and to wait for.
+The measurements are the results of `benchmarks/processes.py`: `processes-*.json`. Averaging
+gradients with other processes, and waiting for them, takes time.
 """
 
 import json
@@ -21,13 +21,13 @@ DDP = re.compile(r"(\d+) processes, .* ddp(, compiled)?$")
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """Processes with a device each, compared with one that has as many rows a step as each."""
+    """Processes with a device each, compared with one process that has the rows of one of them."""
 
     source: str
     device: str
     processes: int
     efficiency: float
-    """Their speed divided by that of so many alone."""
+    """Their speed divided by `processes` times that of the one; 1 loses nothing."""
 
 
 def measured_scalings(folder: Path = RESULTS) -> Iterator[Scaling]:
@@ -56,7 +56,7 @@ def scaling_of(known: Iterable[Scaling], device: str, processes: int) -> Scaling
 
 
 def require_possible(spec: JobSpec, processes: int) -> None:
-    """Raises UsageError if the spec does not allow so many processes."""
+    """Raises UsageError if the spec does not allow this number of processes."""
     kind = spec.runtime.distributed
     if processes > 1 and kind == "none":
         raise UsageError(

@@ -28,7 +28,7 @@ class FourBit:
     """Endings of the names of modules that keep their weights, because they are trained in full."""
 
     def packed_bytes(self, weights: int) -> int:
-        """The bytes of so many weights, with their scales."""
+        """The bytes of this number of weights, with their scales."""
         blocks = -(-weights // BLOCK)
         scales = blocks + 4 * -(-blocks // 256) if self.double_quant else 4 * blocks
         return -(-weights // 2) + scales

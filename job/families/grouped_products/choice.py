@@ -54,7 +54,7 @@ def _way(device: torch.device, dtype: torch.dtype) -> str:
 
 @functools.cache
 def choose(device: torch.device, dtype: torch.dtype) -> Choice:
-    """Tries the implementations on the device, unless `use` has told the choice.
+    """Tries the implementations on the device, unless `use` has set the choice.
 
     The first call waits for the device, so it must not be in a capture: those run a pass first.
     """

@@ -13,7 +13,8 @@ import torch
 from job import log
 
 Step = Callable[[int, int], torch.Tensor]
-"""Computes a step of so many rows that attend to so many stored tokens."""
+"""Computes a step, by the number of rows and of the stored tokens that each attends to; returns
+logits (rows, V)."""
 
 SHORTEST = 256
 """The fewest stored tokens of a shape; each larger one has twice as many as the next."""
@@ -32,7 +33,7 @@ class Shapes:
 
     @classmethod
     def of(cls, *, rows: int, capacity: int) -> "Shapes":
-        """For at most so many rows of so many tokens; `capacity` is rounded up."""
+        """For at most `rows` rows of `capacity` tokens, which is rounded up."""
         lengths = [capacity + -capacity % ALIGNMENT]
         while lengths[0] // 2 >= SHORTEST:
             half = -(-lengths[0] // 2)
@@ -41,7 +42,7 @@ class Shapes:
         return cls(rows=tuple(every), lengths=tuple(lengths))
 
     def fitting(self, rows: int, length: int) -> tuple[int, int]:
-        """The smallest shape that holds so many rows and stored tokens."""
+        """The smallest shape with at least `rows` rows of `length` stored tokens."""
         return (
             next(most for most in self.rows if most >= rows),
             next(most for most in self.lengths if most >= length),

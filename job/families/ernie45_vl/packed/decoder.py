@@ -34,7 +34,7 @@ their memory is bounded and a GPU computes them while the next prompts' images a
 PREFILL_THREADS = 4
 """Threads that decode images on behalf of a GPU."""
 STACKED_SHARE = 4
-"""Weights are copied to stack them only if so many times their memory is free."""
+"""Weights are copied to stack them only if this many times their memory is free."""
 
 
 class PackedDecoder:
@@ -164,7 +164,7 @@ def _attention_kernels(device: torch.device) -> AbstractContextManager[None]:
 
 
 def _groups(prompts: Sequence[Encoded], tokens: int) -> list[Sequence[Encoded]]:
-    """Consecutive prompts of at most so many tokens together, or one longer prompt."""
+    """Consecutive prompts with at most `tokens` tokens in a group, or one longer prompt."""
     groups: list[list[Encoded]] = []
     filled = 0
     for prompt in prompts:

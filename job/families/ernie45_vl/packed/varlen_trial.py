@@ -21,7 +21,7 @@ _known: list[bool] = []
 
 @functools.cache
 def serves(device: torch.device) -> bool:
-    """Whether attention by boundaries is used on the device; tries it unless `use` has told."""
+    """Whether the device uses the varlen kernel; tries it unless `use` has set the answer."""
     if _known and device.type != "cpu":
         return _known[-1]
     outcome = trial(device)
