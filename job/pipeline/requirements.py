@@ -34,12 +34,11 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
 
 
 def require_trainable(run: RunContext, stages: Sequence[Stage]) -> None:
-    """Chooses the engine, and requires what the training needs.
+    """Requires what the training needs.
 
     Starts what takes seconds, to run beside prep: trials of the device and the check of the model.
     """
     spec = run.spec
-    run.choose_engine()
     log_idle_gpus(run)
     run.begin_trials()  # while libraries are imported
     from job.train import trackers

@@ -90,6 +90,8 @@ class Pipeline:
         self._found_finished_run = self._output.holds_finished_run
         self._output.write_sbom(sbom.to_text())
         stages = COMMANDS[self._command]
+        if "train" in stages:
+            self._context.choose_engine()  # first: a chat template is checked by Transformers
         require_software(self._context, stages)
         if "train" in stages:
             require_trainable(self._context, stages)

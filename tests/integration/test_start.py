@@ -99,6 +99,26 @@ def test_a_reward_is_not_imported_from_the_working_directory(
         assert (done.returncode, message in told) == (kind.exit_code, True), told
 
 
+CHOOSING = """
+import sys
+from job import engines
+from job.cli.app import app
+
+def choose(*arguments, **more):
+    sys.exit("imported" if "transformers" in sys.modules else 42)
+
+engines.choose = choose
+app(sys.argv[1:])
+"""
+
+
+def test_the_engine_is_chosen_before_transformers_is_imported(tmp_path: Path) -> None:
+    """Unsloth patches it as it is imported, and a system prompt is checked by its tokenizers."""
+    given = ["--set", "data.system=Read.", "--output", str(tmp_path / "out")]
+    done = python("-c", CHOOSING, "run", str(ROOT / "specs/latex.yaml"), *given, cwd=tmp_path)
+    assert done.returncode == 42, done.stderr
+
+
 def test_a_python_without_the_packages_says_so_in_one_line(tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     bare = tmp_path / "bare" / "bin" / "python"
