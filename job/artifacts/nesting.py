@@ -57,7 +57,7 @@ def run_containing(uri: str) -> str | None:
 
 def _ancestors(output: str) -> Iterator[str]:
     """The ancestors of `output`, with symbolic links resolved."""
-    uri = str(storage.local_path(output).resolve()) if storage.is_local(output) else output
+    uri = str(storage.resolved_path(output)) if storage.is_local(output) else output
     while (parent := storage.parent(uri)) != uri:
         yield parent
         uri = parent

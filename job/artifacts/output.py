@@ -154,7 +154,7 @@ class Output:
             self.save_run()
             return
         sums = self._checksums()
-        if self.holds_finished_run and self._read(SUMS) != sums:
+        if self.holds_finished_run and self._read(SUMS) != sums.encode():
             self.reopen_run("its files changed")
         self.stages.remove_leftovers(self.run.stages)
         self.writer.write_text(RUN, self.run.to_text())
@@ -183,8 +183,8 @@ class Output:
                 fix="run again: its stage is rerun",
             )
 
-    def _read(self, path: str) -> str | None:
+    def _read(self, path: str) -> bytes | None:
         try:
-            return storage.read_text(self.at(path))
+            return storage.read_bytes(self.at(path))
         except MissingInputError:
             return None

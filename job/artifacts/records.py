@@ -66,7 +66,7 @@ class StageRecord:
         """Parses a marker. Raises ValueError if it is truncated or was changed."""
         try:
             return cls.from_json(json.loads(marker))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
 

@@ -101,8 +101,8 @@ def _read(uri: str) -> tuple[_Run, list[Finding]]:
             continue
         marker = f"{STAGES}/{entry.path}"
         try:
-            record = StageRecord.from_json(json.loads(storage.read_text(storage.join(uri, marker))))
-        except (ValueError, KeyError, TypeError) as error:
+            record = StageRecord.parse(storage.read_bytes(storage.join(uri, marker)))
+        except ValueError as error:
             fix = _RERUN_STAGE.format(marker=marker)
             findings.append(Finding(marker, f"the marker is unreadable: {error}", fix))
             unreadable.add(marker)
@@ -124,6 +124,9 @@ def _files(run: _Run) -> tuple[dict[str, FileDigest], list[Finding]]:
     files, findings = dict[str, FileDigest](), list[Finding]()
     for line in run.sums.splitlines():
         digest, _, path = line.partition("  ")
+        if not path:
+            findings.append(Finding(SUMS, "has a line that names no file", "run the spec again"))
+            continue
         try:
             file = FileDigest.from_json(
                 {"path": path, "size": sizes.get(path, -1), "sha256": digest}
@@ -142,7 +145,7 @@ def _contradictions(run: _Run, wanted: Mapping[str, FileDigest]) -> Iterator[Fin
     fix = "run the spec again: completed stages are skipped"
     try:
         success = json.loads(run.success) if run.success.strip() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         success = {}
     digest = success.get("sha256sums") if isinstance(success, dict) else None
     if digest not in (None, hashlib.sha256(run.sums.encode()).hexdigest()):
@@ -150,7 +153,7 @@ def _contradictions(run: _Run, wanted: Mapping[str, FileDigest]) -> Iterator[Fin
     try:
         record: dict[str, Any] = json.loads(run.record)
         stages = {name: StageRecord.from_json(each) for name, each in record["stages"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         message = f"is missing or unreadable: {type(error).__name__}: {error}"
         yield Finding(RUN, message, fix)
         return
@@ -200,12 +203,12 @@ def _checkpoints(uri: str) -> tuple[list[FileDigest], list[Finding]]:
         folder = f"{CHECKPOINTS}/{step}"
         fix = f"remove {folder}: only a resumed training reads it"
         try:
-            text = storage.read_text(storage.join(uri, folder, MANIFEST))
+            text = storage.read_bytes(storage.join(uri, folder, MANIFEST))
             named = [FileDigest.from_json(each) for each in json.loads(text)["files"]]
         except MissingInputError:
             findings.append(Finding(folder, "has no manifest, so it is incomplete", fix))
             continue
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             findings.append(Finding(f"{folder}/{MANIFEST}", f"is unreadable: {error}", fix))
             continue
         for path in sorted(paths - {MANIFEST} - {file.path for file in named}):
@@ -263,7 +266,8 @@ def _digest(read: Callable[[int], bytes]) -> tuple[str, int]:
 
 
 def _text(uri: str, path: str) -> str | None:
+    """The file's text; bytes that are no text are escaped, and so differ from what was written."""
     try:
-        return storage.read_text(storage.join(uri, path))
+        return storage.read_bytes(storage.join(uri, path)).decode(errors="backslashreplace")
     except MissingInputError:
         return None

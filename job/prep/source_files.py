@@ -106,6 +106,8 @@ def sample_digest(uri: str) -> str:
     Raises OSError if it cannot be read.
     """
     path = storage.local_path(uri)
+    if path.exists() and not path.is_file():  # to open a pipe waits for its writer
+        raise OSError(f"{path} is not a regular file")
     with path.open("rb") as file:
         size = path.stat().st_size
         head = file.read(_SAMPLE_BYTES)

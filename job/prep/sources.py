@@ -149,7 +149,10 @@ def fetch(base: str, path: str, *, urls: bool = False) -> bytes:
     if not storage.is_local(base):
         return _not_a_pointer(_read(storage.join(base, path)))
     root = storage.local_path(base).resolve()
-    file = (root / path).resolve()
+    try:
+        file = (root / path).resolve()
+    except RuntimeError as error:  # from Python 3.13 on, the file just does not exist
+        raise OSError("the image is a symbolic link that leads back to itself") from error
     if not file.is_relative_to(root):
         raise OSError("the image is a link that leaves the folder of its list")
     if not file.is_file() and file.exists() and not file.is_dir():

@@ -44,6 +44,7 @@ from job.storage.uri import (
     local_path,
     name,
     parent,
+    resolved_path,
 )
 from job.storage.write_guard import UNGUARDED, Conditions, Guard
 
@@ -75,6 +76,7 @@ __all__ = [
     "parent",
     "read_bytes",
     "read_text",
+    "resolved_path",
     "size",
     "upload",
     "upload_tree",

@@ -45,6 +45,7 @@ _KIND_OF_ERRNO: Mapping[int, Kind] = {
     errno.EDQUOT: "full",
     errno.EROFS: "read-only",
     errno.ENAMETOOLONG: "invalid",
+    errno.ELOOP: "invalid",
     errno.ENOTEMPTY: "invalid",
 }
 

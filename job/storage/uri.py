@@ -35,6 +35,21 @@ def local_path(uri: str) -> Path:
     return Path(_rest(uri)).expanduser()
 
 
+def resolved_path(uri: str) -> Path:
+    """The path of a local URI with symbolic links resolved.
+
+    Raises InputError for a link that leads back to itself.
+    """
+    try:
+        return local_path(uri).resolve()
+    except RuntimeError as error:  # from Python 3.13 on, whoever opens the path reports the link
+        raise InputError(
+            uri,
+            "is or contains a symbolic link that leads back to itself",
+            fix="remove the link, or name another path",
+        ) from error
+
+
 def has_glob(uri: str) -> bool:
     """Whether a URI is a pattern: contains `*`, `[`, or a `?` that does not start a query."""
     return any(mark in uri for mark in ("*[" if scheme(uri) in _WEB else "*[?"))
@@ -73,7 +88,7 @@ def parent(uri: str) -> str:
 def is_root(uri: str) -> bool:
     """Whether a URI names a whole bucket or file system, which is never deleted."""
     if is_local(uri):
-        path = local_path(uri).resolve()
+        path = resolved_path(uri)
         return path == path.parent
     rest = _rest(uri).strip("/")
     return not rest or ("/" not in rest and scheme(uri) != "memory")

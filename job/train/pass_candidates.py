@@ -24,6 +24,8 @@ A_TOKEN = 0.062
 """For each token, if the device is what limits the pass."""
 A_RECOMPUTED_TOKEN = A_TOKEN * 4 / 3
 """With gradient checkpointing: a second forward pass takes a third of a pass."""
+MAX_PASS_ROWS = 65_536
+"""Rows of the largest pass: as many as train.per_device_train_batch_size can be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +140,10 @@ def step_time(
 
 def _sizes(rows: int) -> list[int]:
     """Rows per pass to try, in descending order: each divides the rows of the step and is at most
-    three quarters of the one before."""
+    three quarters of the one before, and `MAX_PASS_ROWS`."""
     small = [size for size in range(1, math.isqrt(rows) + 1) if rows % size == 0]
     sizes: list[int] = []
     for size in sorted({*small, *(rows // size for size in small)}, reverse=True):
-        if not sizes or size <= sizes[-1] * 3 / 4:
+        if size <= (sizes[-1] * 3 / 4 if sizes else MAX_PASS_ROWS):
             sizes.append(size)
     return sizes

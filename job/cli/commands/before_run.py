@@ -1,5 +1,6 @@
 """Commands for before a run: validate, plan, doctor, reference, schema."""
 
+from math import isfinite
 from typing import Annotated
 
 import typer
@@ -65,6 +66,10 @@ def plan(
 
     if format not in ("text", "json"):
         raise UsageError("--format", "must be text or json", value=format)
+    if price_per_hour is not None and not isfinite(price_per_hour):
+        raise UsageError(
+            "--price-per-hour", "must be a finite number", value=price_per_hour, fix="for example 3"
+        )
     loaded = load(spec, set, output)
     uri = loaded.spec.model.model_name_or_path
     model_source.require_hub(loaded.spec, exempt=uri if families.is_known(uri) else None)

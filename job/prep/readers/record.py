@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 MAX_LINE = 64 * 2**20
 """Bytes of the longest line, item or archive member that is read."""
+MAX_DEPTH = 100
+"""Levels of the most deeply nested value that is read: what reads rows calls itself at each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ class Record:
             values = json.loads(self.line.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
             if not isinstance(values, dict):
                 raise ValueError(f"a line must be a JSON object, found {type(values).__name__}")
+            refuse_deep_nesting(values)
             if b"\\u" in self.line:  # half a surrogate pair is valid JSON but not text
                 json.dumps(values, ensure_ascii=False).encode("utf-8")
         except (ValueError, RecursionError) as error:
@@ -81,6 +84,21 @@ def duplicate_key(pairs: list[tuple[str, object]]) -> str:
     """The first key that appears twice in a JSON object."""
     names = [name for name, _ in pairs]
     return next(name for name in names if names.count(name) > 1)
+
+
+def refuse_deep_nesting(value: object) -> None:
+    """Raises ValueError if lists and objects are nested more than `MAX_DEPTH` deep."""
+    level, depth = [value], 0
+    while level:
+        level = [
+            below
+            for each in level
+            if isinstance(each, dict | list)
+            for below in (each.values() if isinstance(each, dict) else each)
+        ]
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"values are nested more than {MAX_DEPTH} deep")
 
 
 def size_of(value: object) -> int:

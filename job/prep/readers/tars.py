@@ -15,7 +15,7 @@ from job import storage
 from job.errors import DataError
 from job.prep.globs import is_junk
 from job.prep.readers import signatures
-from job.prep.readers.record import MAX_LINE, Record
+from job.prep.readers.record import MAX_LINE, Record, refuse_deep_nesting
 from job.prep.source_files import SourceFile
 from job.prep.values import IMAGE_SUFFIXES, TEXT_SUFFIXES
 
@@ -158,6 +158,7 @@ def _record(file: SourceFile, group: _Group) -> Record:
         for suffix, data in group.members.items():
             if suffix == "json":
                 inner = json.loads(data)
+                refuse_deep_nesting(inner)
             elif f".{suffix}" in TEXT_SUFFIXES:
                 values[suffix] = data.decode("utf-8-sig").strip()
             else:

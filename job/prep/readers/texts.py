@@ -12,7 +12,7 @@ from typing import BinaryIO, TypeVar, cast
 from job import storage
 from job.errors import DataError
 from job.prep.readers import layout, signatures
-from job.prep.readers.record import MAX_LINE, Record, duplicate_key
+from job.prep.readers.record import MAX_LINE, Record, duplicate_key, refuse_deep_nesting
 from job.prep.source_files import SourceFile
 
 _READ_BYTES = 2**20
@@ -116,6 +116,11 @@ def _item(row_id: str, base: str, value: object, duplicates: Sequence[str]) -> R
         problem = f"an item must be an object, found {type(value).__name__}"
     elif duplicates:
         problem = f"the key `{duplicates[0]}` appears twice in an object"
+    else:
+        try:
+            refuse_deep_nesting(value)
+        except ValueError as error:
+            problem = f"unreadable item: {error}"
     if problem:
         return Record(id=row_id, base=base, problem=problem)
     return Record(id=row_id, base=base, line=json.dumps(value).encode())

@@ -8,7 +8,7 @@ from job.storage import local, retry
 from job.storage.backend import Backend, Entry
 from job.storage.failures import LOCAL, Operation
 from job.storage.filesystem import FileSystem
-from job.storage.uri import local_path
+from job.storage.uri import local_path, resolved_path
 from job.storage.write_guard import UNGUARDED, Guard
 
 
@@ -74,7 +74,7 @@ class LocalFiles(Backend[FileSystem]):
         retry.call("delete", uri, remove)
 
     def identity(self, uri: str) -> dict[str, object]:
-        path = local_path(uri).resolve()
+        path = resolved_path(uri)
         existing = path
         while not existing.exists():
             existing = existing.parent

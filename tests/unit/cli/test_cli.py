@@ -95,3 +95,10 @@ def test_what_is_wrong_with_arguments_steers_no_terminal(
     assert done.code in (2, 10, 12)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said), said
     assert "planted" not in said
+
+
+@pytest.mark.parametrize("price", ["inf", "nan"])
+def test_a_price_that_is_no_finite_number_is_refused(price: str) -> None:
+    done = job("plan", "specs/latex.yaml", "--price-per-hour", price)
+    assert done.code == 2
+    assert "--price-per-hour" in done.err

@@ -223,3 +223,29 @@ def test_the_command_ends_with_11_and_names_the_file(run: Path) -> None:
     assert done.code == 11
     assert f"{run}/merged/config.json: has other bytes: its SHA-256 differs" in done.err
     assert json.loads((run / "_SUCCESS").read_text())["sha256sums"]
+
+
+@pytest.mark.parametrize(
+    "path", ["SHA256SUMS", "run.json", ".stages/prep.json", "checkpoints/step-4/manifest.json"]
+)
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000], ids=["no text", "nested"])
+def test_a_record_that_is_no_text_or_nested_without_end_is_a_finding(
+    path: str, content: bytes, run: Path
+) -> None:
+    (run / path).unlink()
+    (run / path).write_bytes(content)
+    assert path in found(run)
+
+
+def test_digests_that_are_no_text_are_written_again(run: Path, tmp_path: Path) -> None:
+    (run / "SHA256SUMS").unlink()
+    (run / "SHA256SUMS").write_bytes(b"\xff\xfe")
+    record = RunRecord(name="r", command="run", status="running", started="now")
+    output = Output(uri=str(run), workdir=tmp_path / "again", run=record)
+    output.acquire()
+    record.stages.update({stage: read_stage(f"{run}/.stages/{stage}.json") for stage in FILES})
+    output.write_sbom("{}")
+    output.start_run("version: 1\n")
+    output.finish_run(complete=True)
+    output.release()
+    verify(str(run))

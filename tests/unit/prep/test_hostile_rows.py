@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,16 @@ ROWS = {
     "half a surrogate": '{"image": "images/1.png", "text": "\\ud800"}',
     "NaN as a label": '{"image": "images/1.png", "text": NaN}',
     "nesting without end": "[" * 100_000,
+    "nesting that ends": '{"image": "images/1.png", "text": ' + "[" * 900 + "]" * 900 + "}",
+    "a link to itself": {"image": "images/itself.png", "text": "x"},
+    "a pipe": {"image": "images/pipe.png", "text": "x"},
 }
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_hostile_row_is_one_reject_line(name: str, folder: Path, tmp_path: Path) -> None:
+    (folder / "images" / "itself.png").symlink_to("itself.png")
+    os.mkfifo(folder / "images" / "pipe.png")
     rows = [*[pair(n) for n in range(12)], ROWS[name]]
     spec = data_spec(write_jsonl(folder, rows), eval_fraction=0.3, max_bad_rows=1)
     data = run(spec, tmp_path)

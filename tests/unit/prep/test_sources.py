@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -649,3 +650,20 @@ def test_a_changed_image_under_an_unchanged_list_changes_the_digest_of_the_image
         storage.write_bytes(f"{root}/images/5.png", png(99))
         assert find_source(spec, "x").digest == lists
         assert image_identity.digest(source, spec) != before
+
+
+def test_an_image_that_is_a_pipe_is_not_waited_for(folder: Path) -> None:
+    (folder / "images" / "5.png").unlink()
+    os.mkfifo(folder / "images" / "5.png")
+    write_jsonl(folder, plain())
+    spec = replace(data_spec(Path("x")).train[0], uri=f"{folder}/rows.jsonl")
+    assert image_identity.digest(find_source(spec, "x"), spec)
+
+
+def test_an_item_that_is_nested_deeply_is_one_reject(folder: Path, tmp_path: Path) -> None:
+    deep = '{"image": "images/1.png", "text": ' + "[" * 900 + "]" * 900 + "}"
+    rows = ", ".join([*map(json.dumps, plain()), deep])
+    (folder / "rows.json").write_text(f"[{rows}]")
+    run(data_spec(folder / "rows.json", max_bad_rows=1, eval_fraction=0.2), tmp_path)
+    [reason] = rejects(tmp_path).values()
+    assert "nested more than 100 deep" in reason

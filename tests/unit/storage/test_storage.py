@@ -353,6 +353,20 @@ def test_a_whole_bucket_or_file_system_is_never_deleted(uri: str) -> None:
         storage.delete_tree(uri)
 
 
+def test_a_link_to_itself_is_an_input_error_however_it_is_used(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("link")
+    for use in (
+        storage.read_bytes,
+        storage.delete_tree,
+        storage.identity,
+        partial(storage.check_access, mode="write"),
+    ):
+        with pytest.raises(errors.InputError) as raised:
+            use(str(link))
+        assert raised.value.problems[0].fix
+
+
 def test_text_that_is_not_utf8_is_an_input_error(root: str) -> None:
     uri = storage.join(root, "latin1.txt")
     storage.write_bytes(uri, "grüße".encode("latin-1"))

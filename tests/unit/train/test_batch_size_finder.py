@@ -19,7 +19,7 @@ from job.spec.types import JobSpec, TrainSpec
 from job.train import batch_size_finder
 from job.train import trial as trials
 from job.train.batch_size_finder import find_batch_size, first_that_fits
-from job.train.pass_candidates import BatchSettings, candidates
+from job.train.pass_candidates import MAX_PASS_ROWS, BatchSettings, candidates
 from job.train.trial import Trial
 from tests.jobs import ROOT
 
@@ -231,6 +231,13 @@ def test_an_error_lists_what_was_tried_and_what_the_spec_excluded(
     with pytest.raises(OutOfMemoryError, match="tried 4 × 1, without gradient") as refused:
         find_batch_size(spec_of(2, 2, **train), GPU, trial())
     assert fix in str(refused.value.problems[0].fix)
+
+
+def test_no_pass_has_more_rows_than_a_micro_batch_of_the_spec_can_have() -> None:
+    train = spec_of(65_536, 65_536).train
+    every = candidates(train, lambda _: 100, on_gpu=True, captured=False)
+    assert max(each.per_device_train_batch_size for each in every) == MAX_PASS_ROWS == 65_536
+    assert {each.rows for each in every} == {65_536**2}
 
 
 def test_a_way_has_to_fit_on_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
