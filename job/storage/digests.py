@@ -142,4 +142,4 @@ def digest_tree(
 def fingerprint(*parts: object) -> str:
     """A digest of JSON values; equal values have equal fingerprints."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

@@ -365,6 +365,17 @@ def test_an_image_without_text_is_one_reject(folder: Path, tmp_path: Path) -> No
     assert rejects(tmp_path) == {"alone.png": "has no text file of the same name"}
 
 
+def test_a_pair_whose_name_is_not_utf8_is_a_row(folder: Path, tmp_path: Path) -> None:
+    as_pairs(folder)
+    for name, content in ((b"\xff.png", png(90)), (b"\xff.txt", b"another")):
+        Path(os.fsdecode(os.fsencode(folder / "images") + b"/" + name)).write_bytes(content)
+    spec = data_spec(folder / "images")
+    assert find_source(spec.train[0], "x").digest
+    rows = rows_of(spec, tmp_path)
+    assert len(rows) == COUNT + 1
+    assert rows["another"].id.isprintable()
+
+
 def test_a_text_without_image_is_one_reject_too_unless_it_is_about_the_folder(
     folder: Path, tmp_path: Path
 ) -> None:
