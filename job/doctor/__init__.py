@@ -45,5 +45,5 @@ def exit_code(checks: Sequence[Check]) -> int:
 
 def text(check: Check) -> str:
     """A check as text, with its fix on a second line."""
-    line = f"{MARKS[check.state]}  {check.name:<14}{check.found}"
+    line = f"{MARKS[check.state]}  {check.name:<16}{check.found}"
     return redaction.shown(line + (f"\n      fix: {check.fix}" if check.fix else ""))

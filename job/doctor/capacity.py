@@ -87,10 +87,11 @@ def disks(
 def _disk(name: str, path: Path, least: int, planned: int, remark: str) -> Check:
     """`planned` is 0 without a plan."""
     key = "runtime.workdir" if name == "scratch" else "runtime.cache_dir"
-    fix = f"free space (python -m job clean), or set {key} to a folder on a larger disk"
     parent = _existing(path)
     if not os.access(parent, os.W_OK):
+        fix = f"set {key} to a folder that this user can write, or change its owner"
         return fail(name, f"{path}: user {os.getuid()} may not write to {parent}", fix)
+    fix = f"free space (python -m job clean), or set {key} to a folder on a larger disk"
     space = shutil.disk_usage(parent).free + _used(path)
     shown = f"{path}: {log.size(space)} available"
     if space < least:

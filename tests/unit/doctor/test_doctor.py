@@ -79,7 +79,7 @@ def test_a_screen_shows_state_finding_and_fix_and_no_secret(
     monkeypatch.setenv("MY_SECRET", "planted-value-123")
     log.configure("text")
     shown = text(fail("disk", "planted-value-123: full", "free space"))
-    assert shown == "FAIL  disk          ${MY_SECRET}: full\n      fix: free space"
+    assert shown == "FAIL  disk            ${MY_SECRET}: full\n      fix: free space"
 
 
 # --- packages -------------------------------------------------------------------------------
@@ -354,6 +354,18 @@ def test_a_small_job_needs_the_disk_that_its_own_rows_take(tmp_path: Path) -> No
 def test_without_a_spec_a_disk_is_held_against_no_plan(tmp_path: Path) -> None:
     check = one(capacity.disks(tmp_path, tmp_path, None))
     assert (check.state, "the plan needs" in check.found) == ("ok", False)
+
+
+def test_a_folder_that_may_not_be_written_is_not_told_to_be_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    check = one(capacity.disks(tmp_path / "cache", tmp_path / "work", None))
+    assert check.state == "fail"
+    assert "may not write" in check.found
+    assert check.fix == (
+        "set runtime.cache_dir to a folder that this user can write, or change its owner"
+    )
 
 
 def test_scratch_on_another_disk_is_looked_at_apart(tmp_path: Path) -> None:
