@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from job import log
+from job import log, storage
 from job.artifacts import reader
 from job.artifacts.nesting import run_containing
 from job.artifacts.records import STAGES, read_stage
@@ -39,6 +39,8 @@ def eval_adapter(loaded: LoadedSpec, uri: str, to: Path | None) -> None:
             value=to,
             fix="name a folder outside of it",
         )
+    if to is not None:
+        storage.check_access(str(to), "write")
     run = RunContext(loaded, "eval")
     stored = run.read_adapter(adapter_source.find_adapter(uri, OPTION), "evaluating the adapter")
     with ExitStack() as stack:

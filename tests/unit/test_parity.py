@@ -140,6 +140,17 @@ def test_a_folder_without_records_or_tests_is_refused_before_the_job_runs(
     assert option in done.stderr
 
 
+@pytest.mark.parametrize("command", ["parity", "eval"])
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    command: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    more = () if command == "parity" else ("specs/latex.yaml", "--adapter", str(tmp_path))
+    done = job(command, *more, "--to", str(tmp_path / "file" / "x"), timeout=60)
+    assert done.code == 12, done.err
+    assert str(tmp_path / "file") in done.err
+
+
 @pytest.mark.slow(minutes=2)
 def test_this_machine_computes_what_the_committed_results_say(tmp_path: Path) -> None:
     record = tmp_path / "parity.json"

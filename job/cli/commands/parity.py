@@ -42,6 +42,8 @@ def parity(
     from job.parity import compare, measure
 
     _require(measure.SPEC, against, tests)
+    if to != "-":
+        storage.check_access(storage.parent(to), "write")
     cache = (cache_dir or Path(str(keys.default("runtime.cache_dir")))).expanduser()
     record = measure.measure(cache.absolute(), tests)
     if to == "-":
