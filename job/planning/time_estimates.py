@@ -139,7 +139,7 @@ class TimeEstimates:
         """How the training scales to its processes, by measurement; None for one process, or if it
         was not measured."""
         processes = self.steps.processes
-        if self.device is None or processes == 1 or self.spec.runtime.distributed == "fsdp2":
+        if self.device is None or processes == 1 or self.spec.shards_weights:
             return None
         device = self.devices[self.device]
         if device.kind == "cpu":
@@ -151,7 +151,7 @@ class TimeEstimates:
         """Why the speed of the training's processes is unknown; None if it is known."""
         if self.device is None:
             return None
-        if self.spec.runtime.distributed == "fsdp2":
+        if self.spec.shards_weights:
             return "no training with fsdp2 was measured"
         if self.steps.processes == 1 or self._scaling is not None:
             return None
