@@ -147,8 +147,7 @@ def spec_of(variant: Variant, arguments: argparse.Namespace, accelerator: Accele
 def measure(
     spec: JobSpec, accelerator: Accelerator, family: Any, model: Any, pictures: int
 ) -> dict[str, Any]:
-    rows = spec.train.per_device_train_batch_size * spec.train.gradient_accumulation_steps
-    all_rows = list(formula_rows(rows * spec.train.max_steps, pictures))
+    all_rows = list(formula_rows(spec.train.rows_a_step * spec.train.max_steps, pictures))
     result, trained, history = run(spec, accelerator, family, model, all_rows)
     trained.unload()
     first = WARM_UP + spec.train.logging_steps  # the first line whose steps all count

@@ -161,9 +161,7 @@ class StageInputs:
     @property
     def rows_per_step(self) -> int:
         """The rows of one optimizer step, over all micro-batches and processes."""
-        train = self._spec.train
-        micro_batches = train.gradient_accumulation_steps * self._processes
-        return train.per_device_train_batch_size * micro_batches
+        return self._spec.train.rows_a_step * self._processes
 
     def fingerprint(self, stage: Stage, completed: Mapping[str, StageRecord]) -> str:
         """A digest of the job's version and all inputs of the stage, which identifies its result.

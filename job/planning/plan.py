@@ -173,8 +173,7 @@ def _try(ask: Callable[[], T], *also: type[JobError]) -> tuple[T | None, JobErro
 
 
 def _steps(spec: JobSpec, data: facts.Data, processes: int) -> facts.Steps:
-    train = spec.train
-    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    train, rows = spec.train, spec.train.rows_a_step
     total: int | None = train.max_steps if train.max_steps >= 0 else None
     per_epoch = epochs = None
     if data.train_rows is not None:

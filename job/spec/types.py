@@ -222,6 +222,11 @@ class TrainSpec:
     resume_from_checkpoint: str
 
     @property
+    def rows_a_step(self) -> int:
+        """Rows that an optimizer step learns from in each process."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
     def validates(self) -> bool:
         return self.eval_strategy != "no"
 

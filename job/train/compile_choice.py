@@ -74,8 +74,7 @@ def may_pay(train: TrainSpec) -> bool:
     """Whether compiled blocks may save more than compiling takes, as far as the spec tells."""
     if train.max_steps < 0:  # they follow from the number of rows
         return True
-    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
-    tokens = rows * train.max_length
+    tokens = train.rows_a_step * train.max_length
     most = StepWork(steps=train.max_steps, tokens_a_step=tokens, blocks=MOST_BLOCKS, captured=False)
     saved = max(most.saved_seconds, replace(most, captured=True).saved_seconds)
     return saved > COMPILE_SECONDS

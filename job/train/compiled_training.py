@@ -35,13 +35,12 @@ def compile_model(
 def _choice(context: TrainContext, rows: TrainingRows, adapted: AdaptedModel) -> CompileChoice:
     spec, accelerator = context.spec, context.accelerator
     sampler = planned_sampler(spec, rows, padding_free=adapted.padding_free)
-    rows_a_step = spec.train.per_device_train_batch_size * spec.train.gradient_accumulation_steps
     layers = [m for m in adapted.model.modules() if isinstance(m, GradientCheckpointingLayer)]
     choice = choose(
         spec,
         StepWork(
             steps=schedule_of(spec.train, sampler).steps,
-            tokens_a_step=rows_a_step * rows.statistics["tokens_a_row"]["mean"],
+            tokens_a_step=spec.train.rows_a_step * rows.statistics["tokens_a_row"]["mean"],
             blocks=len(layers),
             captured=may_capture(context, adapted),
         ),

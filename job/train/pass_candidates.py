@@ -100,7 +100,7 @@ def candidates(
     """
     wanted = train.gradient_checkpointing
     both = (False,) if train.torch_compile is True else (False, True)
-    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    rows = train.rows_a_step
     every = [
         BatchSettings(
             per_device_train_batch_size=size,

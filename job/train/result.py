@@ -219,6 +219,4 @@ def _validation(session: Session, seconds: float, kept: int) -> dict[str, Any] |
 
 
 def rows_per_step(spec: JobSpec) -> int:
-    train = spec.train
-    per_process = train.per_device_train_batch_size * train.gradient_accumulation_steps
-    return per_process * process_group.size()
+    return spec.train.rows_a_step * process_group.size()
