@@ -1,6 +1,5 @@
 """The records of a run and its stages, as stored at the output."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -65,8 +64,8 @@ class StageRecord:
     def parse(cls, marker: bytes) -> "StageRecord":
         """Parses a marker. Raises ValueError if it is truncated or was changed."""
         try:
-            return cls.from_json(json.loads(marker))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            return cls.from_json(storage.parse_json(marker))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
 

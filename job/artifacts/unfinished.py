@@ -51,7 +51,7 @@ class UnfinishedFiles:
     def _read(self, stage: str) -> set[str]:
         uri = self._writer.at(self._path(stage))
         try:
-            files = json.loads(storage.read_text(uri))["files"]
+            files = storage.parse_json(storage.read_text(uri))["files"]
             return {safe_relative(str(path), uri) for path in files}
         except MissingInputError:
             return set()

@@ -1,7 +1,6 @@
 """`job verify`: checks every byte of a finished run against its records. Read-only."""
 
 import hashlib
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -144,16 +143,16 @@ def _contradictions(run: _Run, wanted: Mapping[str, FileDigest]) -> Iterator[Fin
     """Checks that `_SUCCESS`, `SHA256SUMS`, `run.json` and the markers agree."""
     fix = "run the spec again: completed stages are skipped"
     try:
-        success = json.loads(run.success) if run.success.strip() else {}
-    except (ValueError, RecursionError):
+        success = storage.parse_json(run.success) if run.success.strip() else {}
+    except ValueError:
         success = {}
     digest = success.get("sha256sums") if isinstance(success, dict) else None
     if digest not in (None, hashlib.sha256(run.sums.encode()).hexdigest()):
         yield Finding(SUMS, f"is not the one that {SUCCESS} was written for", fix)
     try:
-        record: dict[str, Any] = json.loads(run.record)
+        record: dict[str, Any] = storage.parse_json(run.record)
         stages = {name: StageRecord.from_json(each) for name, each in record["stages"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"is missing or unreadable: {type(error).__name__}: {error}"
         yield Finding(RUN, message, fix)
         return
@@ -204,11 +203,11 @@ def _checkpoints(uri: str) -> tuple[list[FileDigest], list[Finding]]:
         fix = f"remove {folder}: only a resumed training reads it"
         try:
             text = storage.read_bytes(storage.join(uri, folder, MANIFEST))
-            named = [FileDigest.from_json(each) for each in json.loads(text)["files"]]
+            named = [FileDigest.from_json(each) for each in storage.parse_json(text)["files"]]
         except MissingInputError:
             findings.append(Finding(folder, "has no manifest, so it is incomplete", fix))
             continue
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             findings.append(Finding(f"{folder}/{MANIFEST}", f"is unreadable: {error}", fix))
             continue
         for path in sorted(paths - {MANIFEST} - {file.path for file in named}):

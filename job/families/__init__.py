@@ -3,7 +3,6 @@
 Imports: spec, storage, local, prep.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -134,7 +133,7 @@ def _family(uri: str, config: dict[str, Any], model: ModelSpec) -> type[Family]:
 
 def _config(uri: str, location: str) -> dict[str, Any]:
     try:
-        config = json.loads(storage.read_text(storage.join(location, "config.json")))
+        config = storage.parse_json(storage.read_text(storage.join(location, "config.json")))
     except ValueError as error:
         raise InputError(uri, f"its config.json is not JSON: {error}") from error
     if not isinstance(config, dict):

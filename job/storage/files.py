@@ -1,9 +1,10 @@
 """Single files and listings, by URI."""
 
+import json
 import secrets
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from job.errors import InputError, JobError, MissingInputError, StorageError
 from job.storage import failures, local, retry
@@ -107,6 +108,14 @@ def read_text(uri: str) -> str:
         return read_bytes(uri).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(uri, f"is not UTF-8 text: {error}", fix="store it as UTF-8") from error
+
+
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON
+    """The value of stored JSON. Raises ValueError if it is damaged, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def open_read(uri: str) -> BinaryIO:

@@ -121,7 +121,7 @@ def _read_record(uri: str) -> Mapping[str, Any]:
     if storage.name(uri) == RUN:
         raise InputError(uri, "is not a run", fix=f"name the run itself: {storage.parent(uri)}")
     try:
-        record = json.loads(storage.read_bytes(path))
+        record = storage.parse_json(storage.read_bytes(path))
     except MissingInputError as error:
         run = run_containing(uri)
         fix = f"name the run itself: {run}" if run else "name the output of a run (output.uri)"
@@ -183,7 +183,7 @@ class _Reader:
         for step in sorted(steps, reverse=True):
             try:
                 path = storage.join(folder, f"step-{step}/trainer_state.json")
-                state = json.loads(storage.read_bytes(path))
+                state = storage.parse_json(storage.read_bytes(path))
                 entries = state["log_history"]
             except (MissingInputError, ValueError, KeyError, TypeError):
                 continue

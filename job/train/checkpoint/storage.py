@@ -263,11 +263,7 @@ class CheckpointStore:
     @staticmethod
     def _manifest(source: str) -> dict[str, Any]:
         """The manifest of the checkpoint at `source`; ValueError if it is not a JSON object."""
-        text = storage.read_bytes(storage.join(source, MANIFEST))
-        try:
-            manifest = json.loads(text)
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply") from error
+        manifest = storage.parse_json(storage.read_bytes(storage.join(source, MANIFEST)))
         if not isinstance(manifest, dict):
             raise ValueError("it is not a JSON object")
         return manifest

@@ -108,6 +108,12 @@ def test_a_model_that_no_class_makes_is_refused_by_its_type(tmp_path: Path, spec
             families.architecture(of_model(spec, tmp_path).model)
 
 
+def test_a_config_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"its config\.json is not JSON: it is nested too deeply"):
+        families.read_checkpoint("m", tmp_path)
+
+
 def test_quantized_weights_are_refused(folder: Path, tmp_path: Path, spec: JobSpec) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8"}

@@ -624,3 +624,13 @@ def _wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
     while not true():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+# Stored JSON -------------------------------------------------------------------------------
+
+
+def test_stored_json_that_is_damaged_or_nested_without_end_is_a_value_error() -> None:
+    assert storage.parse_json(b'{"a": [1]}') == {"a": [1]}
+    for damaged in ('{"a": ', "[" * 100_000):
+        with pytest.raises(ValueError, match=r"Expecting value|nested too deeply"):
+            storage.parse_json(damaged)
