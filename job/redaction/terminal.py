@@ -43,21 +43,14 @@ def json_text(
     try:
         text = dump(value)
     except ValueError:
-        text = dump(_without_nan(value))
+        text = dump(_map_leaves(value, _or_null))
     if text.isprintable():
         return text
     return CONTROL.sub(lambda match: match[0] if match[0] == "\n" else _in_json(match[0]), text)
 
 
-def _without_nan(value: object) -> object:
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case Mapping():
-            return {key: _without_nan(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [_without_nan(inner) for inner in value]
-    return value
+def _or_null(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _in_json(character: str) -> str:
@@ -69,12 +62,14 @@ def map_texts(value: T, change: Callable[[str], str]) -> T:
 
     Tuples become lists, as in JSON.
     """
-    changed: object = value
-    match value:
-        case str():
-            changed = change(value)
-        case Mapping():
-            changed = {key: map_texts(inner, change) for key, inner in value.items()}
-        case list() | tuple():
-            changed = [map_texts(inner, change) for inner in value]
+    changed = _map_leaves(value, lambda leaf: change(leaf) if isinstance(leaf, str) else leaf)
     return cast(T, changed)
+
+
+def _map_leaves(value: object, change: Callable[[object], object]) -> object:
+    match value:
+        case Mapping():
+            return {key: _map_leaves(inner, change) for key, inner in value.items()}
+        case list() | tuple():
+            return [_map_leaves(inner, change) for inner in value]
+    return change(value)
