@@ -32,14 +32,14 @@ def eval_adapter(loaded: LoadedSpec, uri: str, to: Path | None) -> None:
     With `to`, also writes `eval/adapter.json` and the predictions there. Raises InputError if the
     adapter is missing or does not fit the model, and UsageError if `to` is inside a run's output.
     """
-    if to is not None and (run_of := run_containing(str(to.resolve()))) is not None:
-        raise UsageError(
-            "--to",
-            f"is inside the output of a run, {run_of}",
-            value=to,
-            fix="name a folder outside of it",
-        )
     if to is not None:
+        if (run_of := run_containing(str(storage.resolved_path(str(to))))) is not None:
+            raise UsageError(
+                "--to",
+                f"is inside the output of a run, {run_of}",
+                value=to,
+                fix="name a folder outside of it",
+            )
         storage.check_access(str(to), "write")
     run = RunContext(loaded, "eval")
     stored = run.read_adapter(adapter_source.find_adapter(uri, OPTION), "evaluating the adapter")

@@ -74,7 +74,7 @@ def fetch(uri: str, part: str, directory: Path) -> int:
 
 def _refuse_outputs(directory: Path) -> None:
     """Raises InputError if the folder belongs to the output of a run."""
-    if (run := run_containing(str(directory.resolve()))) is not None:
+    if (run := run_containing(str(storage.resolved_path(str(directory))))) is not None:
         raise InputError(
             "--to",
             f"is inside the output of a run, {run}",

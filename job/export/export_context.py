@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-"""The folder of the merged weights."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExportContext:

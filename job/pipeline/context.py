@@ -29,7 +29,7 @@ from job.prep import cache
 from job.prep.prepared_data import PreparedData
 from job.prep.streaming import FullShards
 from job.spec.load import LoadedSpec
-from job.spec.output_folders import ADAPTER, REINFORCED
+from job.spec.output_folders import ADAPTER, REINFORCED, WEIGHTS
 from job.train.identity import Identity
 
 REINFORCE = "reinforce"
@@ -331,7 +331,7 @@ class RunContext:
 
     def _family_of_weights(self) -> families.Family:
         train = self.output.stages.local.fetch(self.record.stages["train"])
-        return self.bind(train / "weights")
+        return self.bind(train / WEIGHTS)
 
     def sft_adapter(self) -> "StoredAdapter":
         """The adapter that the stage `train` made, which reinforcement continues."""

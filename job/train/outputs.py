@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, Trainer
 
-
 _FORWARDS: tuple[str, ...] = ("forward", "_original_forward")
 """Attributes that Accelerate sets on an instance."""
 

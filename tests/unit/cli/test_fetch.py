@@ -216,6 +216,12 @@ def test_sums_that_are_cut_are_not_taken_for_fewer_files(
         fetch(str(run), "merged", tmp_path / "weights")
 
 
+def test_a_folder_that_is_a_link_to_itself_is_named(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="a symbolic link that leads back to itself"):
+        fetch(str(run), "merged", tmp_path / "loop")
+
+
 @pytest.mark.parametrize("place", ["merged", "merged/served", "", "checkpoints/mine"])
 def test_nothing_is_fetched_into_the_output_of_a_run(place: str, run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
